@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import io
 import os
+import re
 import shutil
 import socket
 import stat
@@ -18,6 +19,18 @@ from .errors import PersiaError
 
 PARTIAL = ".partial"
 LEFT_SECONDS = 86_400  # a partial file of another host without a write for this long has no writer any more
+
+
+def file_system(path: str | os.PathLike[str], mounts: Path = Path("/proc/self/mounts")) -> str:
+    """Returns the type of the file system that a path is on, such as "ext4"; "" if the system doesn't say."""
+    kinds = {}
+    with suppress(OSError):
+        for line in mounts.read_bytes().splitlines():
+            _, point, kind, *_ = line.split(b" ")
+            named = re.sub(rb"\\([0-7]{3})", lambda digits: bytes([int(digits[1], 8)]), point)
+            kinds[Path(os.fsdecode(named))] = kind.decode()  # the last one mounted there is on top
+    real = Path(path).resolve()
+    return next((kinds[at] for at in (real, *real.parents) if at in kinds), "")
 
 
 def sync_path(path: str | Path) -> None:

@@ -180,7 +180,7 @@ def test_rows_that_can_not_be_shared_are_copied(why: str, world: World, monkeypa
         world.run = world.run.with_name(os.fsdecode(b"caf\xe9"))
     first = world.save()
     if why == "nfs":
-        monkeypatch.setattr(adopt, "_is_nfs", lambda _: True)
+        monkeypatch.setattr(adopt, "_keeps_open_files", lambda _: False)
     elif why == "device":
         monkeypatch.setattr(adopt, "_device", lambda path: str(path))
     elif why == "run":
@@ -228,7 +228,7 @@ def test_a_start_sees_damage_of_all_that_it_uses(
         data.seek(place)
         data.write(bytes([byte ^ 16]))
     if copied:
-        monkeypatch.setattr(adopt, "_is_nfs", lambda _: True)
+        monkeypatch.setattr(adopt, "_keeps_open_files", lambda _: False)
     with pytest.raises(DataError, match=name):
         started(world, path, 2)
     assert verify(path, lambda *_: "").problems

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from persia_hpc.durable import ErrorKeeper, own_file, replace_whole, replacing
+from persia_hpc.durable import ErrorKeeper, file_system, own_file, replace_whole, replacing
 from persia_hpc.errors import PersiaError
 
 
@@ -126,3 +126,26 @@ def test_what_would_be_waited_for_is_no_file_to_own(tmp_path: Path, kind: str) -
         path.symlink_to(tmp_path / "fifo")
     own_file(path)
     assert not os.path.lexists(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/home/me/run", "ext4"),
+        ("/data", "xfs"),
+        ("/data2/x", "ext4"),
+        ("/data/far away/run/step-00000001", "nfs4"),
+        ("/data/far", "xfs"),
+        ("/data/caf\udce9/x", "fuse.sshfs"),
+        ("/over/x", "cifs"),
+    ],
+)
+def test_a_path_has_the_file_system_of_the_innermost_mount(path: str, kind: str, tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_bytes(
+        b"/dev/vda / ext4 rw 0 0\n/dev/b /data xfs rw 0 0\nhost:/x /data/far\\040away nfs4 rw 0 0\n"
+        b"h: /data/caf\xe9 fuse.sshfs rw 0 0\n/dev/c /over ext4 rw 0 0\n//h/s /over cifs rw 0 0\n"
+    )
+    assert file_system(path, mounts) == kind
+    assert file_system(path, tmp_path / "absent") == ""
+    assert file_system("/proc/self/status") == "proc"

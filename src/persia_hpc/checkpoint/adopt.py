@@ -7,7 +7,7 @@ the checkpoint's file later, which stays open until none of its rows is on disk 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,17 @@ import numpy as np
 
 from persia_hpc._native import Table
 from persia_hpc.arrays import Array
+from persia_hpc.durable import file_system
 from persia_hpc.table_layout import TableLayout
 
 from .cold import ColdFile
 from .names import cold_numbers
 from .parts import TOKEN, TablePart, reading
 from .records import RECORDS, record_type
+
+# File systems of this machine's own drives and memory.
+LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "nilfs2", "overlay", "ramfs"}
+LOCAL |= {"reiserfs", "tmpfs", "xfs", "zfs"}
 
 
 class Adoption:
@@ -46,7 +51,7 @@ class Adoption:
         """Returns whether a table may read rows from the file of such a part.
 
         They must be records as its own, on a file system that its tier is on too, and there a file must stay
-        readable after its name has gone: not so with NFS. And its name must be text, as native code takes it.
+        readable after its name has gone: a local one. And its name must be text, as native code takes it.
         """
         disk, records = layout.config.disk, part.group.get(RECORDS)
         if disk is None or records is None or not table.record_bytes or records.dtype != record_type(table):
@@ -54,7 +59,7 @@ class Adoption:
         path = part.group.file.filename
         device = _device(path)
         filters = records.id.get_create_plist().get_nfilters()
-        return not filters and _is_text(path) and _device(disk.path) == device and not _is_nfs(device)
+        return not filters and _is_text(path) and _device(disk.path) == device and _keeps_open_files(path)
 
     def copies(self, part: TablePart) -> None:
         """Is called for each part from which rows are copied, not adopted, which sees each one's checksum."""
@@ -125,12 +130,9 @@ def _device(path: str) -> int:
     return os.stat(path).st_dev
 
 
-def _is_nfs(device: int) -> bool:
-    """Returns whether a device's file system is one where a file may go though a process has it open."""
-    number = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        mounts: Sequence[str] = Path("/proc/self/mountinfo").read_text().splitlines()
-    except OSError:
-        return False
-    found = (line.partition(" - ") for line in mounts)
-    return any(head.split()[2] == number and tail.startswith("nfs") for head, _, tail in found)
+def _keeps_open_files(path: str) -> bool:
+    """Returns whether a file is on a file system where it stays as it is while a process has it open.
+
+    A file server's may go with its name or with the connection. What isn't known to be local counts as such.
+    """
+    return file_system(path) in LOCAL

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from persia_hpc.durable import file_system
+
 READ_BYTES, FILE_BYTES = 4096, 256 << 20
 DEPTHS = (1, 16, 64)  # reads under way at a time
 _SECONDS = 0.4  # of reads at each depth
@@ -57,13 +59,7 @@ def measure_disk(folder: Path, *, file_bytes: int = FILE_BYTES, seconds: float =
 
 def is_memory(folder: Path) -> bool:
     """Returns whether a directory's files are kept in memory, as far as the system says."""
-    kinds = {}
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/mounts").read_text(errors="replace").splitlines():
-            _, point, kind, *_ = line.split(" ")
-            kinds[Path(point)] = kind
-    folder = folder.resolve()
-    return next((kinds[p] for p in (folder, *folder.parents) if p in kinds), "") in ("tmpfs", "ramfs")
+    return file_system(folder) in ("tmpfs", "ramfs")
 
 
 @contextlib.contextmanager
