@@ -23,7 +23,10 @@ SHORT: list[Exception] = [
     OSError("Unable to synchronously open file (file open failed: errno = 24, error message = 'Too many')"),
     RuntimeError("can't start new thread"),
 ]
-DAMAGE: list[Exception] = [OSError(errno.EIO, os.strerror(errno.EIO)), KeyError("ages"), OverflowError("inf")]
+DAMAGE: list[Exception] = [OSError(errno.EIO, os.strerror(errno.EIO)), RuntimeError("a filter failed")]
+OF_VALUES: list[Exception] = [
+    *(KeyError("ages"), ValueError("shape"), TypeError("NoneType"), AttributeError("x"), OverflowError("inf"))
+]
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,19 @@ def test_a_fault_of_the_program_is_no_damage(
     fail_once(monkeypatch, rows, "load_table", AssertionError("ours"))
     with pytest.raises(AssertionError, match="ours"):
         resume(trained, run)
+    assert checkpoints(run) == before
+
+
+@pytest.mark.parametrize("error", OF_VALUES, ids=repr)
+def test_an_error_with_sound_files_is_told_as_what_it_is(
+    trained: Path, run: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """No older checkpoint helps against it, and this one isn't thrown away."""
+    before = checkpoints(run)
+    fail_once(monkeypatch, rows, "load_table", error)
+    with pytest.raises(PersiaError, match=f"have their checksums: {type(error).__name__}: ") as caught:
+        resume(trained, run)
+    assert caught.value.exit_code == EXIT_FAILURE
     assert checkpoints(run) == before
 
 

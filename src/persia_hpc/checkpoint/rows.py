@@ -15,6 +15,7 @@ from persia_hpc.arrays import Array
 from persia_hpc.config import TableConfig, load_config
 from persia_hpc.errors import DataError, PersiaError, UserError
 from persia_hpc.table_layout import TableLayout
+from persia_hpc.user_objects import describe
 
 from .adopt import Adoption
 from .ahead import one_ahead
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from persia_hpc.parameter_server.engine import ParameterServer
 
 ROWS_AT_ONCE = 1 << 16
-# What the values of a damaged file may lead to; anything else is a fault of ours.
-_OF_DAMAGE = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError)
+# What the values of a file may lead to; anything else is a fault of ours, whatever they are.
+_OF_VALUES = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError)
 Parts = Mapping[str, TablePart]  # of a server, by the names of their tables
 
 
@@ -98,7 +99,7 @@ def _opened(
     Meanwhile a thread compares this server's share of the files with the checksums in the manifests; with
     `owned` not the newest one's files of rows from disk, but those of them for which the function that comes
     with the parts is called. What goes wrong with a damaged file, whatever it is, is told as damage of that
-    file; out of memory is not.
+    file; out of memory is not, nor what goes wrong though all files are as they were written.
     """
     sources = sources_of(directory)
     parts = [
@@ -132,7 +133,12 @@ def _opened(
         except Exception as error:
             for part in parts:
                 check_part(*part, content=True)
-            if isinstance(error, PersiaError) or not isinstance(error, (*_OF_DAMAGE, MemoryError)):
+            if isinstance(error, _OF_VALUES):
+                raise PersiaError(
+                    f"{directory} can't be loaded, though its files have their checksums: {describe(error)}; "
+                    "this is a fault of the program that loads it, or of the one that wrote it: report it"
+                ) from error
+            if isinstance(error, PersiaError) or not isinstance(error, (OSError, RuntimeError, MemoryError)):
                 raise
             raise unreadable(directory, error) from error
         finally:
