@@ -24,6 +24,9 @@ run_setup := $(setup_here) --reducer $(REDUCER)
 demo_reducer := $(if $(filter command environment,$(origin REDUCER)),$(REDUCER))
 lint_setup := $(PYTHON) tools/setup.py $(chosen) --torch '$(TORCH_SPEC)' --for lint
 wheel_setup := $(PYTHON) tools/setup.py $(chosen) --for wheel
+# Two processes of pytest: one begins with the tests that start jobs, which keep no core busy all the time, the other
+# with half of the unit tests; who is done takes over from the other's end. More would let jobs disturb each other.
+spread := -n 2 --dist worksteal
 python_folders := $(wildcard src tests tools benchmarks datasets)
 
 .DEFAULT_GOAL := help
@@ -31,7 +34,7 @@ python_folders := $(wildcard src tests tools benchmarks datasets)
 
 help:
 	@echo 'make demo     train a model on real data under mpiexec: servers, workers, trainers'
-	@echo 'make test     C++ and Python tests (ARGS="-k ring -x" is handed to pytest)'
+	@echo 'make test     C++ and Python tests (ARGS="-k ring -x" is handed to pytest; ARGS="-n 0" is one process)'
 	@echo 'make test-fast  C++ tests and those of Python that start no jobs (tests/unit, tests/native)'
 	@echo 'make test-frames  tests of frames of pandas and Arrow, which it installs for them in build/frames'
 	@echo 'make fuzz     damages files for five minutes and checks every command (ARGS="--seconds 60 --seed 2")'
@@ -60,10 +63,10 @@ demo:
 	@PATH="$(bin):$$PATH" persia-hpc demo $(if $(demo_reducer),--set train.reducer=$(demo_reducer))
 
 test: setup native-test
-	@PATH="$(bin):$$PATH" PERSIA_HPC_TEST_REDUCER=$(REDUCER) $(bin)/python -m pytest $(ARGS)
+	@PATH="$(bin):$$PATH" PERSIA_HPC_TEST_REDUCER=$(REDUCER) $(bin)/python -m pytest $(spread) --durations=20 $(ARGS)
 
 test-fast: setup native-test
-	@PATH="$(bin):$$PATH" $(bin)/python -m pytest tests/unit tests/native $(ARGS)
+	@PATH="$(bin):$$PATH" $(bin)/python -m pytest $(spread) tests/unit tests/native $(ARGS)
 
 test-frames: setup
 	@$(bin)/python -m pip install --quiet --upgrade --no-deps --target build/frames pandas pyarrow

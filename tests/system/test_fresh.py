@@ -45,6 +45,7 @@ def test_an_interrupted_job_goes_on_as_sync_would(tmp_path: Path, on_disk: bool)
         config = tiny_config(
             data, **{**features, "train.epochs": 8, "data.valid": [data], "run_dir": str(run_dir), **changes}
         )
+        config["model"]["class"] = "tests.support.models:Early"  # a part of it needn't wait for patches
         for name in ("default", "item", "user"):
             config["tables"][name] |= {"buckets": 2, "capacity": "1 MiB"}
         return config

@@ -23,12 +23,15 @@ def test_a_batch_is_final_after_its_last_patch() -> None:
         final = []
         for number, places in enumerate(PARTS):
             if number == before:
+                assert early.get(before) is None
                 final.append(early.add(batch))
+                assert early.get(before) is batch  # while it waits
             at = np.array(places, np.uint32)
             values = np.full((len(places), 2), number + 1, np.float32)
             final.append(early.patch(Patch(before, 0, [at], [values], len(PARTS) - 1 - number)))
             values[:] = -1
         if before == len(PARTS):
             final.append(early.add(batch))
+        assert early.get(before) is None
         assert final == [None] * 3 + [batch]
         assert rows[:, 0].tolist() == [1, 0, 0, 1, 3, 0]

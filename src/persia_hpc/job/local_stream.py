@@ -128,6 +128,9 @@ class LocalStream:
             assert what is None, f"there is no other rank to wait for: {what}"
             time.sleep(WAIT_SECONDS)
 
+    def early(self, step: int) -> None:
+        """Returns None: a batch is final when it is made."""
+
     def peek(self, step: int) -> None:
         """Returns None: a batch is made when it is asked for."""
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from persia_hpc.trainer.batch import Batch, Inputs
 
 from .interaction import Interaction
-from .layers import Team, has_hooks, is_native, layers_of, run_dlrm
+from .layers import Begun, Team, begin_dlrm, has_hooks, is_native, layers_of, run_dlrm
 from .parts import (
     ACTIVATIONS,
     common_dim,
@@ -69,18 +69,44 @@ class DLRM(nn.Module):
             **layers,
         )
 
+    def ahead(self, dense: Tensor) -> Tensor | Begun | None:
+        """Computes what needs no embeddings: the dense features [B, K] through `bottom`, to [B, D]."""
+        if self.bottom is None:
+            return None
+        bottom, top = layers_of(self.bottom), layers_of(self.top)
+        if self._is_native(bottom, top, dense):
+            given = len(self.inputs.features)
+            return begin_dlrm(dense, given, self.interaction.num_copied, bottom, top, self.team)
+        vector: Tensor = self.bottom(side_by_side([dense]))
+        return vector
+
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B, labels]."""
+        made = batch.made_ahead(self)
         dense = None if self.bottom is None else batch.dense
         vectors = stacked_vectors(batch, self.inputs)
         bottom = [] if self.bottom is None else layers_of(self.bottom)
         top = layers_of(self.top)
-        plain = type(self.interaction) is Interaction and not has_hooks(self.interaction)
-        if plain and not batch.plain and is_native(bottom, dense) and is_native(top, vectors):
-            return self._run_native(dense, vectors, self.interaction.num_copied, bottom, top, self.team)
-        direct = None if dense is None or self.bottom is None else self.bottom(side_by_side([dense]))
+        if not batch.plain and self._is_native(bottom, top, dense, vectors):
+            begun = made if isinstance(made, Begun) else None
+            return self._run_native(
+                dense, vectors, self.interaction.num_copied, bottom, top, self.team, begun
+            )
+        direct = made if isinstance(made, Tensor) else None
+        if direct is None and dense is not None and self.bottom is not None:
+            direct = self.bottom(side_by_side([dense]))
         logits: Tensor = self.top(self.interaction(direct, vectors))
         return logits
+
+    def _is_native(
+        self,
+        bottom: Sequence[nn.Module],
+        top: Sequence[nn.Module],
+        dense: Tensor | None,
+        vectors: Tensor | None = None,
+    ) -> bool:
+        plain = type(self.interaction) is Interaction and not has_hooks(self.interaction)
+        return plain and is_native(bottom, dense) and is_native(top, vectors)
 
     def hide_from_compiler(self) -> None:
         """Keeps native code, which torch can't see into, out of torch.compile.

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from persia_hpc.arrays import Array
 from persia_hpc.errors import UserError
@@ -119,6 +120,27 @@ class Inputs:
         return sum(f.dim for f in self.features)
 
 
+class Made:
+    """Holds what a model's `ahead` has made of dense features, for one forward under the same conditions."""
+
+    def __init__(self, model: nn.Module, dense: Tensor, value: Any) -> None:
+        self._model, self._dense, self._value = model, dense, value
+        self._conditions = _conditions(model, dense)
+
+    def value(self, model: nn.Module, dense: Tensor) -> Any:
+        """Returns it, or None where `model.ahead(dense)` might be something else now."""
+        same = model is self._model and dense is self._dense
+        return self._value if same and _conditions(model, dense) == self._conditions else None
+
+
+def _conditions(model: nn.Module, dense: Tensor) -> tuple[Any, ...]:
+    """Returns what results depend on but for values, and how often these have been written to."""
+    kind = dense.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    versions = [(id(parameter), parameter._version) for parameter in model.parameters()]
+    return model.training, torch.is_grad_enabled(), dtype, dense._version, versions
+
+
 @dataclass
 class Batch:
     """Holds what a model's `forward` gets, on one device; its tensors are its own, so it may be kept.
@@ -136,7 +158,8 @@ class Batch:
     the keys of the rows that `ids` of these features number, and `item_counts` what was counted by them.
 
     `queries` are what a model's `queries` made of this batch, [B, W], where an evaluation that ranks has them
-    already: its `forward` may use them instead of reading each history once more.
+    already: its `forward` may use them instead of reading each history once more. `made` is what its `ahead`
+    made: its `forward` asks `made_ahead` for it.
     """
 
     step: int
@@ -154,12 +177,24 @@ class Batch:
     item_keys: Array | None = None
     item_counts: ItemCounts | None = None
     queries: Tensor | None = None
+    made: Made | None = None
     plain: bool = False  # for a graph that is exported: the model may not depend on what tensors hold
 
     @property
     def device(self) -> torch.device:
         """Returns the device of all tensors of the batch."""
         return self.dense.device
+
+    def made_ahead(self, model: nn.Module) -> Any:
+        """Returns what a trainer had `model.ahead` make of `dense` for this batch, once, or None.
+
+        None also if it would be something else now: for another model, or after a change of `dense`, of the
+        model's parameters or of autocast.
+        """
+        value = None if self.made is None else self.made.value(model, self.dense)
+        if value is not None:
+            self.made = None  # its autograd graph goes through one backward
+        return value
 
     def stacked(self, names: Sequence[str] | None = None) -> Tensor:
         """Returns pooled features as one tensor, without a copy for all features of one dim in their order.

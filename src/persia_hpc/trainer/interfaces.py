@@ -41,6 +41,13 @@ class BatchStream(Protocol):
     def begin_segment(self, first: int, last: int, rate_factor: float) -> None:
         """Announces that steps first…last follow, with the tables' learning rates times `rate_factor`."""
 
+    def early(self, step: int) -> RowBatch | None:
+        """Waits, in `fresh`, for the batch of `step`, of which rows may still change until `next_batch`.
+
+        Returns None in all other modes, at once, and if the segment ends before this step. A step whose batch
+        it has returned is trained.
+        """
+
     def next_batch(self, step: int) -> RowBatch | None:
         """Waits for the batch of `step`; returns None if all ranks agreed to end the segment before it."""
 

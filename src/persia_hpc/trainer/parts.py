@@ -62,6 +62,7 @@ def cut(batch: Batch, begin: int, end: int, keep: Keep = lambda embeddings: embe
         sequence=sequence,
         blocks=blocks,
         jagged=jagged,
+        made=None,
     )
 
 

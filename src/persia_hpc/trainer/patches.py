@@ -40,6 +40,10 @@ class EarlyBatches:
         _write_over(batch, patch)
         return None if patch.left else self._batches.pop(patch.step)
 
+    def get(self, step: int) -> RowBatch | None:
+        """Returns the batch of a step that waits for a patch, if it is there."""
+        return self._batches.get(step)
+
     def release(self) -> None:
         """Gives back the memory of the batches that wait."""
         for batch in self._batches.values():

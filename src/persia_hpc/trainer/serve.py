@@ -182,15 +182,24 @@ class RingStream:
         self._stopping = self._stop_agreed = False
         self._command(Segment(first, last, rate_factor))
 
+    def early(self, step: int) -> RowBatch | None:
+        if (early := self._early) is None:
+            return None
+        self._wait_for(step, lambda: step in self._ready or early.get(step) is not None)
+        return (self._ready.get(step) or early.get(step)) if step <= self._last else None
+
     def next_batch(self, step: int) -> RowBatch | None:
+        self._wait_for(step, lambda: step in self._ready)
+        return self._ready.pop(step, None) if step <= self._last else None
+
+    def _wait_for(self, step: int, there: Callable[[], bool]) -> None:
         worker = worker_of(step, self.mine)
         begin = time.perf_counter()
         self._wait(
-            lambda: step > self._last or step in self._ready,
+            lambda: step > self._last or there(),
             f"the batch of step {step} from embedding worker {worker}",
         )
         self.phases.add("wait", begin, step)
-        return self._ready.pop(step, None) if step <= self._last else None
 
     def peek(self, step: int) -> RowBatch | None:
         self._loop.poll()

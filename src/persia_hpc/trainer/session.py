@@ -28,6 +28,7 @@ from .dense.verdict import judge, tell
 from .evaluation import predict_split
 from .exporting import Exporter
 from .following import Around, Following
+from .intake import Intake
 from .interfaces import BatchStream, DenseSync, Peers
 from .metrics import Wanted
 from .outbox import Outbox
@@ -82,6 +83,7 @@ class Session(Progress):
         self.outbox = Outbox(stream, device)
         self.precision = Precision(config.train.amp, device, cache=not config.train.cuda_graphs)
         newest = saver.newest if saver is not None else str
+        self.intake = Intake(config, stream, self.pooling, self.precision)
         self.skips = Skips(config, inputs, self.state, peers, newest)
         self._buffers = Buffers()
         wanted = Wanted.of(config, inputs)
@@ -114,6 +116,7 @@ class Session(Progress):
         warn = self.skips.warn if self.trainer_rank == 0 else None  # one line for all
         size = part_size(self.full_batch, train.accumulate) if self.full_batch else 0
         self._forward = Forward(model, train, self.inputs, self.device, size, self.state, warn)
+        self.intake.attach(model)
         self.optimizer = optimizer = self.updates.attach(model, optimizer, self._resume)
         if self.exporter is not None:
             self.exporter.attach(self.state, model, self.updates.average, self.skips.warn)
@@ -186,15 +189,11 @@ class Session(Progress):
         self.stream.begin_segment(first, last, self.state.rate_factor)
         self.state.segment_last = last
         for number in range(first, last + 1):
-            row_batch = self.stream.next_batch(number)
-            if row_batch is None:
-                break
-            begin = time.perf_counter()
             self._buffers.keep()
-            pooled = self.precision.pooled_dtype(self.model) if self.model is not None else torch.float32
-            batch, gradients = self.pooling.embed(row_batch, training=True, pooled=pooled)
+            if (taken := self.intake.take(number)) is None:
+                break
+            row_batch, batch, gradients, self._yielded = taken
             on_backward(batch, self._reach_pooling)
-            self._yielded = self.phases.add("pool", begin, number)
             self._current = parts = Parts(row_batch, gradients, batch, self.config.train.accumulate)
             self.state.last_staleness = row_batch.staleness
             for part in parts:

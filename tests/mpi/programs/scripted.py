@@ -25,6 +25,7 @@ from mpi4py import MPI
 from persia_hpc.config import load_config
 from persia_hpc.embedding_worker.serve import WorkerLoop
 from persia_hpc.job import duties
+from persia_hpc.job.agreement import meet
 from persia_hpc.job.duties import ServerDuty, TrainerDuty, WorkerDuty
 from persia_hpc.job.place import Place
 from persia_hpc.job.rank import RankJob, StartingRank
@@ -295,6 +296,7 @@ class ScriptedJob(RankJob):
 def main():
     world = MPI.COMM_WORLD
     for case in json.loads(sys.argv[1]):
+        meet(world)  # ranks that a case has no use for would poll in Split, on cores that it needs
         size = case["servers"] + case["workers"] + case["trainers"]
         comm = world.Split(0 if world.rank < size else MPI.UNDEFINED, world.rank)
         if comm == MPI.COMM_NULL:

@@ -10,6 +10,7 @@ import sys
 from mpi4py import MPI
 
 from persia_hpc.config import load_config
+from persia_hpc.job.agreement import meet
 from persia_hpc.job.rank import RankJob, StartingRank
 from persia_hpc.job.task import Task
 from persia_hpc.launch.run_dir import claimed_run_dir
@@ -17,6 +18,7 @@ from persia_hpc.launch.run_dir import claimed_run_dir
 world = MPI.COMM_WORLD
 for settings in json.loads(sys.argv[1]):
     config = load_config(settings)
+    meet(world)  # ranks that the job before had no use for would poll in Split, on cores that it needs
     comm = world.Split(0 if world.rank < config.ranks.total() else MPI.UNDEFINED, world.rank)
     if comm != MPI.COMM_NULL:
         with claimed_run_dir(comm, config.run_dir, resume=config.checkpoint.resume) as run_dir:

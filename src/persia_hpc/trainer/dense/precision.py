@@ -86,7 +86,7 @@ class Precision:
             self._device.type, dtype=dtype, enabled=dtype is not None, cache_enabled=self._cache
         )
 
-    def pooled_dtype(self, model: nn.Module) -> torch.dtype:
+    def pooled_dtype(self, model: nn.Module | None) -> torch.dtype:
         """Returns the type that pooled vectors may have: bfloat16 if the model would cast them to it."""
         narrow = self.autocast_dtype is torch.bfloat16 and getattr(model, "narrow_pooled", False)
         return torch.bfloat16 if narrow else torch.float32

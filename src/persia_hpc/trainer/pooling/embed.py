@@ -103,12 +103,17 @@ class Pooling:
         )
 
     def embed(
-        self, row_batch: RowBatch, *, training: bool, pooled: torch.dtype = torch.float32
+        self,
+        row_batch: RowBatch,
+        *,
+        training: bool,
+        pooled: torch.dtype = torch.float32,
+        dense: Tensor | None = None,
     ) -> tuple[Batch, RowGradients]:
         """Returns the batch for `model.forward`, and what holds its row gradients after `loss.backward()`.
 
         pooled: the type that pooled vectors may have, float32 or bfloat16; only the CUDA kernel writes the
-        latter, others give float32.
+        latter, others give float32. dense: its dense features, if `dense` was asked for them.
 
         Without `training` no gradient is tracked. The row batch's arrays must stay valid until the backward
         has run; the batch itself shares nothing with them. A row batch that leaves out rows sent before must
@@ -132,10 +137,15 @@ class Pooling:
             outputs: Sequence[Tensor] = _Embed.apply(kernel, gradients, token)  # type: ignore[no-untyped-call]
         else:
             outputs = kernel.forward()
-        batch = self._batch(row_batch, kernel, list(outputs), kernel.masks)
+        batch = self._batch(row_batch, kernel, list(outputs), kernel.masks, dense)
         if training and self._number_ids:
             self._add_ids(batch, row_batch)
         return batch, gradients
+
+    def dense(self, row_batch: RowBatch) -> Tensor:
+        """Returns a row batch's dense features on the device, before the batch is embedded."""
+        tensor = tensor_of(row_batch.dense, self.device)
+        return tensor.clone() if self.device.type == "cpu" else tensor
 
     def _add_ids(self, batch: Batch, row_batch: RowBatch) -> None:
         """Numbers the ids by their rows. Ids that are sums of more than two rows have no number."""
@@ -160,7 +170,12 @@ class Pooling:
         row_batch.places = None
 
     def _batch(
-        self, row_batch: RowBatch, kernel: Kernel, outputs: list[Tensor], masks: list[Tensor]
+        self,
+        row_batch: RowBatch,
+        kernel: Kernel,
+        outputs: list[Tensor],
+        masks: list[Tensor],
+        dense: Tensor | None,
     ) -> Batch:
         def own(name: str, array: npt.NDArray[Any]) -> Tensor:
             """Copies a small array to the device: users keep it, but the row batch's memory is released."""
@@ -204,7 +219,7 @@ class Pooling:
         return Batch(
             step=row_batch.step,
             num_samples=row_batch.num_samples,
-            dense=own("dense", row_batch.dense),
+            dense=own("dense", row_batch.dense) if dense is None else dense,
             labels=own("labels", row_batch.labels),
             weight=None if row_batch.weight is None else own("weight", row_batch.weight),
             group=None if row_batch.group is None else own("group", row_batch.group),
