@@ -30,12 +30,13 @@ spread := -n 2 --dist worksteal
 python_folders := $(wildcard src tests tools benchmarks datasets)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast fuzz chaos soak native-test sanitize sanitize-fast lint format errors wheel try-wheel bench-peers clean distclean
+.PHONY: help setup demo test test-fast test-frames fuzz chaos soak native-test sanitize sanitize-fast lint format errors wheel try-wheel bench-peers clean distclean
 
 help:
 	@echo 'make demo     train a model on real data under mpiexec: servers, workers, trainers'
 	@echo 'make test     C++ and Python tests (ARGS="-k ring -x" is handed to pytest; ARGS="-n 0" is one process)'
 	@echo 'make test-fast  C++ tests and those of Python that start no jobs (tests/unit, tests/native)'
+	@echo 'make test-frames  tests of frames of pandas and Arrow, which it installs for them in build/frames'
 	@echo 'make fuzz     damages files for five minutes and checks every command (ARGS="--seconds 60 --seed 2")'
 	@echo 'make chaos    kills jobs at 100 random moments and checks what they end with (ARGS="--kills 1000")'
 	@echo 'make soak     disturbs one job for ten minutes: stopped ranks, new files (ARGS="--minutes 60")'
@@ -66,6 +67,11 @@ test: setup native-test
 
 test-fast: setup native-test
 	@PATH="$(bin):$$PATH" $(bin)/python -m pytest $(spread) tests/unit tests/native $(ARGS)
+
+test-frames: setup
+	@$(bin)/python -m pip install --quiet --upgrade --no-deps --target build/frames pandas pyarrow
+	@PYTHONPATH=build/frames $(bin)/python -c 'import pandas, pyarrow'
+	@PYTHONPATH=build/frames $(bin)/python -m pytest tests/unit/test_preprocess_table_in_memory.py $(ARGS)
 
 fuzz: setup
 	@PATH="$(bin):$$PATH" $(bin)/python -m tests.fuzz $(ARGS)

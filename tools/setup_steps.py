@@ -27,8 +27,9 @@ from setup_runner import Commands, Runner, SetupError, Step, end_group, read_sta
 
 PYTHON_NAME = f"python{sys.version_info.major}.{sys.version_info.minor}"
 DEFAULT_TORCH = "torch==2.13.0"
-# What an NVIDIA driver brings; the second also under WSL.
-DRIVERS = (Path("/proc/driver/nvidia"), Path("/dev/dxg"))
+# What an NVIDIA driver brings. Containers and sandboxes often have the devices alone, WSL has the third,
+# Tegra the last. Images for CUDA set NVIDIA_VISIBLE_DEVICES and bring nvidia-smi also where there is no GPU.
+DRIVERS = tuple(map(Path, ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg", "/dev/nvmap")))
 NETWORK = "if a download failed: check the network or the proxy, then run `make` again (it goes on from here)"
 
 

@@ -57,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
         print(f"persia-hpc: error: {printable(text)}", file=sys.stderr, flush=True)
         return EXIT_FAILURE
+    except MemoryError as error:
+        print(f"persia-hpc: error: out of memory: {printable(error)}", file=sys.stderr, flush=True)
+        return EXIT_FAILURE
     except Exception:
         if _tables_work():
             raise

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -46,6 +47,14 @@ def test_what_the_system_refuses_is_one_line(
     monkeypatch.setattr(status, "run", refuse)
     assert main(["status", "x"]) == 1
     assert capsys.readouterr().err == "persia-hpc: error: No space left on device: /a\\x1bb\n"
+
+
+def test_memory_that_does_not_suffice_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(status, "run", lambda _: np.empty(1 << 58))
+    assert main(["status", "x"]) == 1
+    assert re.fullmatch(r"persia-hpc: error: out of memory: Unable to .* float64\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c != "preprocess"])

@@ -9,6 +9,7 @@ import pytest
 
 import persia_hpc as ph
 from persia_hpc.cli import main
+from persia_hpc.commands.init import count_gpus
 from tests.support.tiny import write_tiny
 
 
@@ -81,3 +82,14 @@ def test_bad_input_is_one_line(
     assert said in text
     assert text.count("\n") == 1
     assert not (data / "train.toml").exists()
+
+
+@pytest.mark.parametrize("listed", [0, 3])
+def test_gpus_are_those_of_the_driver_or_else_of_the_devices(listed: int, tmp_path: Path) -> None:
+    assert count_gpus(tmp_path) == 0
+    (tmp_path / "dev").mkdir()
+    for name in ("nvidia0", "nvidia11", "nvidiactl", "nvidia-uvm", "null"):
+        (tmp_path / "dev" / name).touch()
+    for number in range(listed):
+        (tmp_path / "proc/driver/nvidia/gpus" / f"0000:0{number}:00.0").mkdir(parents=True)
+    assert count_gpus(tmp_path) == (listed or 2)

@@ -8,6 +8,7 @@ import h5py
 import pytest
 
 from persia_hpc.config import load_config
+from persia_hpc.embedding_worker.engine import EmbeddingWorker
 from persia_hpc.errors import DataError, UserError
 from persia_hpc.job.trial import Trial
 from tests.support.tiny import tiny_config, write_tiny
@@ -33,6 +34,22 @@ def test_ids_are_counted_as_workers_see_them(tmp_path: Path) -> None:
     changed = tiny_config(data, **{"data.transform": "tests.support.transforms:one_id"})
     assert set(Trial(load_config(changed)).count(32).rows) == {1.0}
     assert min(Trial(load_config(tiny_config(data))).count(32).rows) > 1.0
+
+
+def test_too_little_memory_is_nobodys_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: object, **__: object) -> None:
+        raise MemoryError("Unable to allocate 9 TiB")
+
+    data = write_tiny(tmp_path / "train.h5", 100)
+    config = tiny_config(data, **{"data.transform": "tests.support.transforms:one_id"})
+    trial = Trial(load_config(config))
+    monkeypatch.setattr(EmbeddingWorker, "prepare", short)
+    for call in (lambda: trial.count(32), trial.first_batch, lambda: trial.steps(1)):
+        with pytest.raises(MemoryError, match="9 TiB"):
+            call()
+    monkeypatch.setattr("torch.nn.Linear.__init__", short)
+    with pytest.raises(MemoryError, match="9 TiB"):
+        Trial(load_config(config)).prepare()
 
 
 def test_a_transform_that_fails_is_named(tmp_path: Path) -> None:

@@ -119,7 +119,8 @@ def test_the_demo_builds_the_cuda_module_only_where_it_can_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver, stamps = tmp_path / "driver", tmp_path / "stamps"
-    monkeypatch.setattr(setup_steps, "DRIVERS", (driver,))
+    assert Path("/dev/nvidiactl") in setup_steps.DRIVERS  # which CUDA itself opens first
+    monkeypatch.setattr(setup_steps, "DRIVERS", (tmp_path / "absent", driver))
     monkeypatch.setattr(setup_environment.Environment, "stamps", stamps)
     stamps.mkdir()
 

@@ -25,8 +25,8 @@ from .parts import TOKEN, TablePart, reading
 from .records import RECORDS, record_type
 
 # File systems of this machine's own drives and memory.
-LOCAL = ("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "nilfs2", "overlay")
-LOCAL += ("ramfs", "reiserfs", "tmpfs", "xfs", "zfs")
+LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "nilfs2", "overlay", "ramfs"}
+LOCAL |= {"reiserfs", "tmpfs", "xfs", "zfs"}
 
 
 class Adoption:

@@ -168,7 +168,7 @@ def _tables_of(path: Path) -> dict[str, ForeignTable]:
         open_file = {".parquet": _parquet, ".safetensors": _safetensors}.get(file.suffix, _state_dict)
         try:
             found = open_file(file)
-        except UserError:
+        except (UserError, MemoryError):
             raise
         except Exception as error:  # of the libraries, of many kinds
             raise UserError(f"{file}: can't be read: {_line(error)}") from error

@@ -98,9 +98,10 @@ def _machine() -> Machine:
     """Returns what this process may use; GPUs as the driver lists them, without loading torch."""
     from persia_hpc.preprocess.proposal import Machine
 
-    gpus = Path("/proc/driver/nvidia/gpus")
-    return Machine(
-        len(os.sched_getaffinity(0)),
-        len(list(gpus.iterdir())) if gpus.is_dir() else 0,
-        find_spec("horovod") is not None,
-    )
+    return Machine(len(os.sched_getaffinity(0)), count_gpus(), find_spec("horovod") is not None)
+
+
+def count_gpus(root: Path = Path("/")) -> int:
+    """Returns the number of NVIDIA's GPUs; a sandbox may have their devices without the driver's folder."""
+    listed = len(list(root.glob("proc/driver/nvidia/gpus/*")))
+    return listed or sum(path.name[6:].isdigit() for path in root.glob("dev/nvidia*"))

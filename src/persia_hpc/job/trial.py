@@ -86,7 +86,7 @@ class Trial:
         """Lets an exception of `data.transform` be the error that names it."""
         try:
             yield
-        except PersiaError:
+        except (PersiaError, MemoryError):
             raise
         except Exception as error:
             if self.config.data.transform is None:
@@ -136,7 +136,7 @@ class Trial:
                 num_items = self.facts.num_samples.get("items", 0)
                 driver = Driver(self.config, self.session.inputs, num_items=num_items)
                 self.session.prepare(driver.model)
-            except PersiaError:
+            except (PersiaError, MemoryError):
                 raise
             except Exception as error:  # whatever a user's code raises
                 raise self._failure("can't be prepared", error) from error
@@ -171,7 +171,7 @@ class Trial:
                 step = {phase: seconds - before[phase] for phase, seconds in now.items()}
                 found.append({**step, "other": max(0.0, end - begin - sum(step.values()))})
                 begin, before = end, now
-        except PersiaError:  # says itself what is wrong, with data for instance
+        except (PersiaError, MemoryError):  # says itself what is wrong, with data for instance
             raise
         except Exception as error:  # whatever a user's code raises
             raise self._failure(what, error) from error

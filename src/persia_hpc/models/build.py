@@ -43,7 +43,7 @@ def build_model(name_or_path: str, inputs: Inputs, arguments: Mapping[str, Any])
     _check_arguments(name_or_path, factory, inputs, arguments)
     try:
         model = factory(inputs, **arguments)
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:
         raise UserError(
