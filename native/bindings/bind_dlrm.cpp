@@ -36,24 +36,21 @@ std::vector<persia::DenseLayer> layers_of(const Parameters& parameters, const st
     return layers;
 }
 
-// What the network's size follows from.
-struct Sizes {
-    py::ssize_t num_samples, num_given, dim;  // the latter two of the vectors that are given
-};
-
-// The network as the core sees it, in arrays that the caller holds, without its vectors.
-persia::Dlrm network_of(const py::object& dense, const Sizes& sizes, std::size_t num_copied,
+// The network as the core sees it, in arrays that the caller holds.
+persia::Dlrm network_of(const py::object& dense, const py::object& vectors, std::size_t num_copied,
                         const Parameters& bottom, const Parameters& top, bool bf16) {
-    const auto dim = static_cast<std::size_t>(sizes.dim);
-    const auto num_vectors = static_cast<std::size_t>(sizes.num_given) + !bottom.empty();
+    const py::array given = check_array(vectors, "vectors", {kFloat32}, {any('B'), any('V'), any('D')});
+    const auto dim = static_cast<std::size_t>(given.shape(2));
+    const auto num_vectors = static_cast<std::size_t>(given.shape(1)) + !bottom.empty();
     persia::Dlrm dlrm{};
     if (bf16 && !persia::has_bf16()) throw py::value_error("bf16: this processor doesn't have AVX512_BF16");
     dlrm.bf16 = bf16;
-    dlrm.num_samples = static_cast<std::size_t>(sizes.num_samples);
+    dlrm.num_samples = static_cast<std::size_t>(given.shape(0));
+    dlrm.vectors = span_of<const float>(given);
     if (dense.is_none() != bottom.empty())
         throw py::value_error("expected dense and layers of bottom, got only one of them");
     if (!dense.is_none()) {
-        const py::array values = check_array(dense, "dense", {kFloat32}, {sizes.num_samples, any('K')});
+        const py::array values = check_array(dense, "dense", {kFloat32}, {given.shape(0), any('K')});
         dlrm.dense = span_of<const float>(values);
         dlrm.bottom = layers_of(bottom, "bottom", static_cast<std::size_t>(values.shape(1)));
         if (dlrm.bottom.back().num_outputs != dim)
@@ -70,41 +67,14 @@ persia::Dlrm network_of(const py::object& dense, const Sizes& sizes, std::size_t
     return dlrm;
 }
 
-persia::Dlrm network_with(const py::object& dense, const py::object& vectors, std::size_t num_copied,
-                          const Parameters& bottom, const Parameters& top, bool bf16) {
-    const py::array given = check_array(vectors, "vectors", {kFloat32}, {any('B'), any('V'), any('D')});
-    const Sizes sizes{given.shape(0), given.shape(1), given.shape(2)};
-    persia::Dlrm dlrm = network_of(dense, sizes, num_copied, bottom, top, bf16);
-    dlrm.vectors = span_of<const float>(given);
-    return dlrm;
-}
-
-py::array ahead(const py::object& dense, std::size_t num_vectors, std::size_t num_copied,
-                const Parameters& bottom, const Parameters& top, Team& team, bool bf16) {
-    if (bottom.empty()) throw py::value_error("bottom: expected layers, got none");
-    const py::array values = check_array(dense, "dense", {kFloat32}, {any('B'), any('K')});
-    const py::array last =
-        check_array(bottom.back().second, "the last bias of bottom", {kFloat32}, {any('D')});
-    const Sizes sizes{values.shape(0), length(num_vectors), last.shape(0)};
-    const persia::Dlrm dlrm = network_of(dense, sizes, num_copied, bottom, top, bf16);
-    AlignedArray<float> kept(dlrm.kept_size());
-    team.run([&](persia::ThreadTeam& threads) { persia::dlrm_ahead(dlrm, kept, threads); });
-    return to_numpy(std::move(kept));
-}
-
 py::tuple forward(const py::object& dense, const py::object& vectors, std::size_t num_copied,
-                  const Parameters& bottom, const Parameters& top, const py::object& kept, Team& team,
-                  bool bf16) {
-    const persia::Dlrm dlrm = network_with(dense, vectors, num_copied, bottom, top, bf16);
+                  const Parameters& bottom, const Parameters& top, Team& team, bool bf16) {
+    const persia::Dlrm dlrm = network_of(dense, vectors, num_copied, bottom, top, bf16);
     const std::size_t num_outputs = dlrm.top.back().num_outputs;
-    const bool begun = !kept.is_none();
-    const py::array keeps =
-        begun ? check_array(kept, "kept", {kFloat32}, {length(dlrm.kept_size())}, Access::kWrite)
-              : py::array(to_numpy(AlignedArray<float>(dlrm.kept_size())));
-    const auto to = span_of<float>(keeps);
-    AlignedArray<float> out(dlrm.num_samples * num_outputs);
-    team.run([&](persia::ThreadTeam& threads) { persia::dlrm_forward(dlrm, to, out, threads, begun); });
-    return py::make_tuple(to_numpy(std::move(out), {length(dlrm.num_samples), length(num_outputs)}), keeps);
+    AlignedArray<float> kept(dlrm.kept_size()), out(dlrm.num_samples * num_outputs);
+    team.run([&](persia::ThreadTeam& threads) { persia::dlrm_forward(dlrm, kept, out, threads); });
+    return py::make_tuple(to_numpy(std::move(out), {length(dlrm.num_samples), length(num_outputs)}),
+                          to_numpy(std::move(kept)));
 }
 
 // New arrays for the gradients of layers, and where in them the core writes.
@@ -124,7 +94,7 @@ py::list gradients_of(const std::vector<persia::DenseLayer>& layers,
 py::tuple backward(const py::object& dense, const py::object& vectors, std::size_t num_copied,
                    const Parameters& bottom, const Parameters& top, const py::object& kept,
                    const py::object& gradient, bool wants_dense, bool wants_vectors, Team& team, bool bf16) {
-    const persia::Dlrm dlrm = network_with(dense, vectors, num_copied, bottom, top, bf16);
+    const persia::Dlrm dlrm = network_of(dense, vectors, num_copied, bottom, top, bf16);
     const auto made = span_of<const float>(check_array(kept, "kept", {kFloat32}, {length(dlrm.kept_size())}));
     const auto from = span_of<const float>(check_array(
         gradient, "gradient", {kFloat32}, {length(dlrm.num_samples), length(dlrm.top.back().num_outputs)}));
@@ -144,11 +114,6 @@ py::tuple backward(const py::object& dense, const py::object& vectors, std::size
     return py::make_tuple(dense_gradient, vectors_gradient, parameters);
 }
 
-constexpr const char* kAhead =
-    R"(Computes what of DLRM needs no vectors, `bottom`; returns an array for `dlrm_forward` to go on with.
-
-Shapes: as in `dlrm_forward`, which must get the same arguments; num_vectors: V-1.)";
-
 constexpr const char* kForward =
     R"(Returns DLRM's logits [B, N of the last layer of `top`], and what its backward needs, in one array.
 
@@ -156,8 +121,7 @@ constexpr const char* kForward =
 (2, 1), (3, 0), ... Vector 0 is what `bottom` makes of `dense`, the others are `vectors`; without layers in
 `bottom` and with None as `dense` all are in `vectors`. A ReLU is behind every layer but the last of `top`.
 Results don't depend on the number of threads. With `bf16`, which needs `has_bf16()`, the factors of the layers'
-products are rounded to it, in sums of float32, which are rounded only as factors of the next. `kept` is None,
-or what `dlrm_ahead` returned, for this call alone: `bottom` isn't computed once more then.
+products are rounded to it, in sums of float32, which are rounded only as factors of the next.
 
 Shapes: B samples, dense [B, K], vectors [B, V-1, D] or [B, V, D], C = num_copied; each layer is (weight
 [N, K], bias [N]), the first of `top` with K = C D + V (V - 1) / 2; float32.)";
@@ -179,12 +143,9 @@ void bind_dlrm(py::module_& m) {
              }),
              py::arg("size"), "Starts all threads but the one that calls.");
     m.def("has_bf16", &persia::has_bf16, "Returns whether the processor multiplies pairs of bf16.");
-    m.def("dlrm_ahead", &ahead, py::arg("dense"), py::kw_only(), py::arg("num_vectors"),
-          py::arg("num_copied"), py::arg("bottom"), py::arg("top"), py::arg("team"), py::arg("bf16") = false,
-          kAhead);
     m.def("dlrm_forward", &forward, py::arg("dense"), py::arg("vectors"), py::kw_only(),
-          py::arg("num_copied"), py::arg("bottom"), py::arg("top"), py::arg("kept") = py::none(),
-          py::arg("team"), py::arg("bf16") = false, kForward);
+          py::arg("num_copied"), py::arg("bottom"), py::arg("top"), py::arg("team"), py::arg("bf16") = false,
+          kForward);
     m.def("dlrm_backward", &backward, py::arg("dense"), py::arg("vectors"), py::kw_only(),
           py::arg("num_copied"), py::arg("bottom"), py::arg("top"), py::arg("kept"), py::arg("gradient"),
           py::arg("wants_dense"), py::arg("wants_vectors"), py::arg("team"), py::arg("bf16") = false,

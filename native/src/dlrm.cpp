@@ -89,11 +89,8 @@ void with_layers(const Dlrm& dlrm, bool forward, const Run& run) {
     run(Layers<DenseLayer>{dlrm.bottom, dlrm.top});
 }
 
-// Which layers a call of the forward computes: those before the vectors are needed, the others, or all.
-enum class Share { kAhead, kRest, kAll };
-
 template <typename Layer>
-void forward(const Dlrm& dlrm, const Layers<Layer>& layers, Share share, Span<float> kept, Span<float> out,
+void forward(const Dlrm& dlrm, const Layers<Layer>& layers, Span<float> kept, Span<float> out,
              ThreadTeam& team) {
     const std::size_t room = widest(dlrm) * kPanel, kept_stride = dlrm.kept_width() * kPanel;
     const std::size_t num_outputs = dlrm.top.back().num_outputs;
@@ -113,19 +110,13 @@ void forward(const Dlrm& dlrm, const Layers<Layer>& layers, Share share, Span<fl
                     inputs = {to.data, to.stride};
                     to.data += layer.num_outputs * kPanel;
                 };
-                if (share == Share::kRest) {  // `bottom` is in `kept` already
-                    for (const Layer& layer : layers.bottom) {
-                        inputs = {to.data, to.stride};
-                        to.data += layer.num_outputs * kPanel;
-                    }
-                } else if (!dlrm.bottom.empty()) {
+                if (!dlrm.bottom.empty()) {
                     const std::size_t width = dlrm.bottom.front().num_inputs;
                     for (std::size_t p = 0; p < panels; ++p)
                         to_panel(dlrm.dense.data() + first(p) * width, count(p), width,
                                  interaction.data() + p * room);
-                    for (const Layer& layer : layers.bottom) go_through(layer, true);
                 }
-                if (share == Share::kAhead) continue;
+                for (const Layer& layer : layers.bottom) go_through(layer, true);
                 for (std::size_t p = 0; p < panels; ++p) {
                     read_vectors(dlrm, first(p), count(p), inputs[p], vectors.data() + p * room);
                     interact(dlrm.shape, vectors.data() + p * room, interaction.data() + p * room);
@@ -278,14 +269,8 @@ void backward(const Dlrm& dlrm, const Layers<Layer>& given, Span<const float> ke
 
 }  // namespace
 
-void dlrm_ahead(const Dlrm& dlrm, Span<float> kept, ThreadTeam& team) {
-    with_layers(dlrm, true,
-                [&](const auto& layers) { forward(dlrm, layers, Share::kAhead, kept, {}, team); });
-}
-
-void dlrm_forward(const Dlrm& dlrm, Span<float> kept, Span<float> out, ThreadTeam& team, bool begun) {
-    const Share share = begun ? Share::kRest : Share::kAll;
-    with_layers(dlrm, true, [&](const auto& layers) { forward(dlrm, layers, share, kept, out, team); });
+void dlrm_forward(const Dlrm& dlrm, Span<float> kept, Span<float> out, ThreadTeam& team) {
+    with_layers(dlrm, true, [&](const auto& layers) { forward(dlrm, layers, kept, out, team); });
 }
 
 void dlrm_backward(const Dlrm& dlrm, Span<const float> kept, Span<const float> gradient,

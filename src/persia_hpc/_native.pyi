@@ -300,16 +300,6 @@ class ThreadTeam:
 _Layers = Sequence[tuple[_F32, _F32]]
 
 def has_bf16() -> bool: ...
-def dlrm_ahead(
-    dense: _F32,
-    *,
-    num_vectors: int,
-    num_copied: int,
-    bottom: _Layers,
-    top: _Layers,
-    team: ThreadTeam,
-    bf16: bool = False,
-) -> _F32: ...
 def dlrm_forward(
     dense: _F32 | None,
     vectors: _F32,
@@ -317,7 +307,6 @@ def dlrm_forward(
     num_copied: int,
     bottom: _Layers,
     top: _Layers,
-    kept: _F32 | None = None,
     team: ThreadTeam,
     bf16: bool = False,
 ) -> tuple[_F32, _F32]: ...

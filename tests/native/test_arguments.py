@@ -92,12 +92,6 @@ CALLS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
         {"pooled_gradient": F32[None], "indices": U32},
     ),
     (
-        lambda dense, weight, bias: _native.dlrm_ahead(
-            dense, num_vectors=0, num_copied=1, bottom=[(weight, bias)], top=[(ONE, bias)], team=TEAM
-        ),
-        {"dense": F32, "weight": F32, "bias": ONE[0]},
-    ),
-    (
         lambda dense, vectors, weight, bias: _native.dlrm_forward(
             dense, vectors, num_copied=1, bottom=[(weight, bias)], top=[(ONE, bias)], team=TEAM
         ),

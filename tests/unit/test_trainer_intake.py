@@ -91,7 +91,8 @@ def trained(
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("dlrm", {"hidden": [8], "bottom": [8]}),
+        ("dlrm", {"hidden": [8], "bottom": [8]}),  # native, which has nothing to compute ahead
+        ("dlrm", {"hidden": [8], "bottom": [8], "activation": "gelu"}),
         ("dlrm", {"hidden": [8], "bottom": [8], "bottom_dropout": 0.2, "dropout": 0.2, "batch_norm": True}),
         ("tests.support.models:Early", {}),
     ],
@@ -109,7 +110,7 @@ def test_fresh_is_the_other_modes_and_computes_before_rows_are_there(
 
 def test_what_is_not_used_changes_nothing_without_random_numbers() -> None:
     """A model by itself, and one that was given what was made: the same bits."""
-    options = {"hidden": [8], "bottom": [8]}
+    options = {"hidden": [8], "bottom": [8], "activation": "gelu"}
     used, unused = trained("dlrm", True, "none", **options), trained("dlrm", True, "none", False, **options)
     for one, other in zip(used[0], unused[0], strict=True):
         assert torch.equal(one, other)
@@ -147,7 +148,7 @@ def test_it_is_given_once_and_only_while_it_would_be_the_same() -> None:
             "tables": {"default": {"dim": 4}},
         }
     )
-    model = build_model("dlrm", inputs, {})
+    model = build_model("dlrm", inputs, {"activation": "gelu"})
     batches = [make_row_batch(inputs, random_ids(inputs, 8, rng), rng)]
     stream: Any = Stream(batches, True, [])
     intake = Intake(config, stream, Pooling(inputs), Precision("none", torch.device("cpu")))

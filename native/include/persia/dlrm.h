@@ -47,11 +47,8 @@ struct DlrmGradients {
 // Each sum is in the order of its terms, and gradients of parameters are first summed over parts of a fixed
 // number of samples: so results don't depend on the number of threads.
 //
-// The part of the forward that needs no vectors: `bottom`, of which it writes the outputs into kept.
-void dlrm_ahead(const Dlrm& dlrm, Span<float> kept, ThreadTeam& team);
-
-// out [B, N of the last]; kept [kept_size()], in an order of its own. begun: it is that of `dlrm_ahead`.
-void dlrm_forward(const Dlrm& dlrm, Span<float> kept, Span<float> out, ThreadTeam& team, bool begun = false);
+// out [B, N of the last]; kept [kept_size()], in an order of its own.
+void dlrm_forward(const Dlrm& dlrm, Span<float> kept, Span<float> out, ThreadTeam& team);
 
 // kept: of the forward; gradient: of its out.
 void dlrm_backward(const Dlrm& dlrm, Span<const float> kept, Span<const float> gradient,

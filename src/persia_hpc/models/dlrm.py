@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from persia_hpc.trainer.batch import Batch, Inputs
 
 from .interaction import Interaction
-from .layers import Begun, Team, begin_dlrm, has_hooks, is_native, layers_of, run_dlrm
+from .layers import Team, has_hooks, is_native, layers_of, run_dlrm
 from .parts import (
     ACTIVATIONS,
     common_dim,
@@ -69,30 +69,26 @@ class DLRM(nn.Module):
             **layers,
         )
 
-    def ahead(self, dense: Tensor) -> Tensor | Begun | None:
-        """Computes what needs no embeddings: the dense features [B, K] through `bottom`, to [B, D]."""
-        if self.bottom is None:
+    def ahead(self, dense: Tensor) -> Tensor | None:
+        """Computes what needs no embeddings: the dense features [B, K] through `bottom`, to [B, D].
+
+        Returns None where the whole network is native code: on a processor whose cores servers and workers
+        need to make the patch, it came later by as much as was computed meanwhile.
+        """
+        if self.bottom is None or self._is_native(layers_of(self.bottom), layers_of(self.top), dense):
             return None
-        bottom, top = layers_of(self.bottom), layers_of(self.top)
-        if self._is_native(bottom, top, dense):
-            given = len(self.inputs.features)
-            return begin_dlrm(dense, given, self.interaction.num_copied, bottom, top, self.team)
         vector: Tensor = self.bottom(side_by_side([dense]))
         return vector
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B, labels]."""
-        made = batch.made_ahead(self)
         dense = None if self.bottom is None else batch.dense
         vectors = stacked_vectors(batch, self.inputs)
         bottom = [] if self.bottom is None else layers_of(self.bottom)
         top = layers_of(self.top)
         if not batch.plain and self._is_native(bottom, top, dense, vectors):
-            begun = made if isinstance(made, Begun) else None
-            return self._run_native(
-                dense, vectors, self.interaction.num_copied, bottom, top, self.team, begun
-            )
-        direct = made if isinstance(made, Tensor) else None
+            return self._run_native(dense, vectors, self.interaction.num_copied, bottom, top, self.team)
+        direct: Tensor | None = batch.made_ahead(self)
         if direct is None and dense is not None and self.bottom is not None:
             direct = self.bottom(side_by_side([dense]))
         logits: Tensor = self.top(self.interaction(direct, vectors))

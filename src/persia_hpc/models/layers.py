@@ -75,29 +75,6 @@ def is_native(layers: Sequence[nn.Module], *inputs: Tensor | None) -> bool:
     return torch.get_autocast_dtype("cpu") == torch.bfloat16 and _native.has_bf16()
 
 
-class Begun:
-    """Holds what the native network has computed without vectors, for one forward."""
-
-    def __init__(self, kept: Any) -> None:
-        self.kept = kept
-
-
-def begin_dlrm(
-    dense: Tensor,
-    num_vectors: int,
-    num_copied: int,
-    bottom: Sequence[nn.Module],
-    top: Sequence[nn.Module],
-    team: Team,
-) -> Begun:
-    """Computes what `run_dlrm` needs no vectors for: `dense` [B, K] through `bottom`."""
-    parameters, num_bottom = _parameters(bottom, top)
-    options = num_copied, num_bottom, team, torch.is_autocast_enabled("cpu")
-    arrays = _arrays(dense, dense, parameters, *options)
-    del arrays["vectors"]
-    return Begun(_native.dlrm_ahead(**arrays, num_vectors=num_vectors))
-
-
 def run_dlrm(
     dense: Tensor | None,
     vectors: Tensor,
@@ -105,25 +82,19 @@ def run_dlrm(
     bottom: Sequence[nn.Module],
     top: Sequence[nn.Module],
     team: Team,
-    begun: Begun | None = None,
 ) -> Tensor:
     """Computes all of DLRM natively, each way in one call: `dense` through `bottom`, the interaction, `top`.
 
     Under autocast factors of the layers' products are rounded to bf16; all else is float32, also the logits.
-    begun: of `begin_dlrm` with the same `dense` and parameters, whose results are used.
 
     Shapes: `dense` [B, K], if there is a bottom, and `vectors` [B, V or V - 1, D] in, [B, N] out.
     """
-    parameters, num_bottom = _parameters(bottom, top)
-    options = num_copied, num_bottom, team, torch.is_autocast_enabled("cpu")
-    logits: Tensor = _DLRM.apply(dense, vectors, begun, options, *parameters)  # type: ignore[no-untyped-call]
-    return logits
-
-
-def _parameters(bottom: Sequence[nn.Module], top: Sequence[nn.Module]) -> tuple[list[Tensor], int]:
-    """Returns weight and bias of each linear layer, and how many layers those of `bottom` are."""
     linear = [[layer for layer in layers if isinstance(layer, nn.Linear)] for layers in (bottom, top)]
-    return [p for layer in [*linear[0], *linear[1]] for p in (layer.weight, layer.bias)], len(linear[0])
+    parameters = [p for layer in [*linear[0], *linear[1]] for p in (layer.weight, layer.bias)]
+    logits: Tensor = _DLRM.apply(  # type: ignore[no-untyped-call]
+        dense, vectors, num_copied, len(linear[0]), team, torch.is_autocast_enabled("cpu"), *parameters
+    )
+    return logits
 
 
 class _DLRM(torch.autograd.Function):
@@ -134,14 +105,16 @@ class _DLRM(torch.autograd.Function):
         ctx: Any,
         dense: Tensor | None,
         vectors: Tensor,
-        begun: Begun | None,
-        options: tuple[int, int, Team, bool],
+        num_copied: int,
+        num_bottom: int,
+        team: Team,
+        bf16: bool,
         *parameters: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(dense, vectors, *parameters)
-        ctx.options = options
-        arrays = _arrays(dense, vectors, parameters, *options)
-        logits, ctx.kept = _native.dlrm_forward(**arrays, kept=None if begun is None else begun.kept)
+        ctx.options = num_copied, num_bottom, team, bf16
+        arrays = _arrays(dense, vectors, parameters, *ctx.options)
+        logits, ctx.kept = _native.dlrm_forward(**arrays)
         return torch.from_numpy(logits)
 
     @staticmethod
@@ -156,7 +129,7 @@ class _DLRM(torch.autograd.Function):
             wants_vectors=ctx.needs_input_grad[1],
         )
         to_dense, to_vectors = (None if array is None else torch.from_numpy(array) for array in made[:2])
-        return to_dense, to_vectors, None, None, *map(torch.from_numpy, made[2])
+        return to_dense, to_vectors, None, None, None, None, *map(torch.from_numpy, made[2])
 
 
 def _arrays(

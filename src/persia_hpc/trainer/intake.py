@@ -79,13 +79,14 @@ class Intake:
         batch, gradients = self._pooling.embed(row_batch, training=True, pooled=pooled, dense=dense)
         end = phases.add("pool", begin, step)
         if self._calls_ahead and batch.num_samples:
-            batch.made = self._make(batch.dense) if made is None else made
+            batch.made = self._make(batch.dense) if dense is None else made
         return row_batch, batch, gradients, end
 
-    def _make(self, dense: Tensor) -> Made:
+    def _make(self, dense: Tensor) -> Made | None:
         model: Any = self._model
         begin = time.perf_counter()
         with self._precision.autocast(), torch.enable_grad():
-            made = Made(model, dense, model.ahead(dense))
+            value = model.ahead(dense)
+            made = None if value is None else Made(model, dense, value)
         self.ahead_seconds += time.perf_counter() - begin
         return made
