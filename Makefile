@@ -69,7 +69,7 @@ test-fast: setup native-test
 	@PATH="$(bin):$$PATH" $(bin)/python -m pytest $(spread) tests/unit tests/native $(ARGS)
 
 test-frames: setup
-	@$(bin)/python -m pip install --quiet --upgrade --no-deps --target build/frames pandas pyarrow
+	@$(bin)/python -m pip install --quiet --upgrade --no-deps --target build/frames pandas==3.1.1 pyarrow==26.0.1
 	@PYTHONPATH=build/frames $(bin)/python -c 'import pandas, pyarrow'
 	@PYTHONPATH=build/frames $(bin)/python -m pytest tests/unit/test_preprocess_table_in_memory.py $(ARGS)
 

@@ -119,6 +119,10 @@ std::uint64_t ColdStore::adopt(const SharedRows& from, BucketOf bucket_of, std::
     std::vector<std::byte> room, next;
     std::uint64_t asked = at;
     std::size_t read_bucket = 0;
+    // Records of one bucket, from the row on, that have room in an extent.
+    const auto run_of = [&](std::size_t bucket, std::uint64_t row, std::uint64_t stop) {
+        return std::min<std::uint64_t>({stop - row, from.offsets[bucket + 1] - row, extent_rows_});
+    };
     const auto read = [&](std::uint64_t row) {  // and checks: on a thread of its own
         const ExtentFile& file = *shared_[number].file;
         for (; asked < end && asked < row + kAskedAhead * most; asked = until(asked)) {
@@ -128,22 +132,21 @@ std::uint64_t ColdStore::adopt(const SharedRows& from, BucketOf bucket_of, std::
         next.resize((stop - row) * record_bytes_);
         std::vector<ExtentFile::Read> one{{place(row), next.data(), next.size()}};
         file.read(one);
-        for (const std::byte* record = next.data(); row < stop; ++row, record += record_bytes_) {
+        for (const std::byte* records = next.data(); row < stop;) {
             const std::uint32_t bucket = bucket_of_record(read_bucket, row);
-            const auto i = static_cast<std::uint32_t>(row - from.offsets[read_bucket]);
-            if (read_at<std::uint32_t>(record + kChecksumAt) == checksum(record, shared_seed(bucket, i))) {
-                continue;
-            }
-            throw DiskError("the disk tier in " + from.path + ": record " + std::to_string(row) +
-                            " is not as it was written: its checksum differs");
+            const std::uint64_t count = run_of(read_bucket, row, stop);
+            if (count_live(from.live, row, row + count) != 0)
+                check_records(records, count, bucket, row, row - from.offsets[read_bucket], from.path);
+            records += count * record_bytes_;
+            row += count;
         }
     };
-    std::future<void> reading = std::async(std::launch::async, read, at);
+    std::future<void> reading = std::async(read, at);
     for (std::size_t i = 0; at < end;) {
         const std::uint64_t stop = until(at);
         reading.get();
         room.swap(next);
-        if (stop < end) reading = std::async(std::launch::async, read, stop);
+        if (stop < end) reading = std::async(read, stop);
         for (const std::byte* records = room.data(); at < stop;) {
             const std::uint32_t bucket = bucket_of_record(i, at);
             const auto first = static_cast<std::uint32_t>(at - from.offsets[i]);
@@ -153,8 +156,7 @@ std::uint64_t ColdStore::adopt(const SharedRows& from, BucketOf bucket_of, std::
                 of.index.reserve(count_live(from.live, at, from.offsets[i + 1]));
                 of.extents.reserve(of.extents.size() + (from.offsets[i + 1] - at) / extent_rows_ + 1);
             }
-            const auto count = static_cast<std::uint32_t>(
-                std::min<std::uint64_t>({stop - at, from.offsets[i + 1] - at, extent_rows_}));
+            const auto count = static_cast<std::uint32_t>(run_of(i, at, stop));
             adopt_some(bucket, {number, first, place(at)}, records, count, at, from, bucket_of, most_stamp);
             records += count * record_bytes_;
             at += count;
@@ -162,6 +164,18 @@ std::uint64_t ColdStore::adopt(const SharedRows& from, BucketOf bucket_of, std::
     }
     if (shared_[number].extents == 0) shared_[number].file.reset();
     return size_ - before;
+}
+
+// Throws DiskError for the first of so many records of a bucket that isn't as it was written. row: its number
+// in the file, first: in its bucket there.
+void ColdStore::check_records(const std::byte* records, std::uint64_t count, std::uint32_t bucket,
+                              std::uint64_t row, std::uint64_t first, const std::string& path) const {
+    for (std::uint64_t i = 0; i < count; ++i, records += record_bytes_) {
+        const std::uint64_t seed = shared_seed(bucket, static_cast<std::uint32_t>(first + i));
+        if (read_at<std::uint32_t>(records + kChecksumAt) == checksum(records, seed)) continue;
+        throw DiskError("the disk tier in " + path + ": record " + std::to_string(row + i) +
+                        " is not as it was written: its checksum differs");
+    }
 }
 
 // Memory for so many more extents, at most, at once: what grows leaves holes in the heap.

@@ -25,6 +25,7 @@ SHORT: list[Exception] = [
     OSError(errno.ESTALE, os.strerror(errno.ESTALE)),
     OSError("Unable to synchronously open file (file open failed: errno = 24, error message = 'Too many')"),
     RuntimeError("can't start new thread"),
+    RuntimeError("Resource temporarily unavailable"),  # std::system_error of a thread
 ]
 OURS: list[Exception] = [AssertionError("ours"), KeyError("ours"), TypeError("ours"), ValueError("ours")]
 
@@ -125,10 +126,11 @@ def put(group: h5py.Group, name: str, values: Any) -> None:
         lambda group: group.attrs.update(complete=False),
         lambda group: group.attrs.pop("dim"),
         lambda group: group.pop("ages"),
+        lambda group: put(group, "ages", np.full(len(group["ages"]), np.inf)),
         lambda group: put(group, "stamps", group["stamps"][:].astype(bytes)),
         lambda group: put(group, "keys", np.arange(len(group["keys"])) * 2.5),
     ],
-    ids=["changes", "dim", "ages", "text", "float"],
+    ids=["changes", "dim", "ages", "endless", "text", "float"],
 )
 def test_values_that_no_run_writes_are_damage(trained: Path, run: Path, change: Any) -> None:
     """With the right checksum."""

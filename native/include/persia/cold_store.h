@@ -247,6 +247,8 @@ class ColdStore {
     std::uint64_t shared_seed(std::uint32_t bucket, std::uint32_t number) const;
     void adopt_some(std::uint32_t bucket, const Origin& origin, const std::byte* records, std::uint32_t count,
                     std::uint64_t at, const SharedRows& from, BucketOf bucket_of, std::uint32_t most_stamp);
+    void check_records(const std::byte* records, std::uint64_t count, std::uint32_t bucket, std::uint64_t row,
+                       std::uint64_t first, const std::string& path) const;
     void reserve_extents(std::size_t more, bool copied);
     void leave_file(std::uint32_t extent);  // of an adopted one that is free
     // Numbers of the records, in the file, of the buckets that are here.

@@ -24,7 +24,9 @@ FORMAT_VERSION = 2
 WITH_COLD = 3  # the version of a checkpoint that has rows in files of their own, see parts.py
 _BYTES_AT_ONCE = 1 << 20
 _SHORT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
-_SHORT_TEXT = re.compile(r"can't allocate memory|memory allocation failed|can't start new thread")
+_SHORT_TEXT = re.compile(
+    r"can't allocate memory|memory allocation failed|can't start new thread|Resource temporarily unavailable"
+)
 _TOO_DEEP = f"values are nested more than {MOST_LEVELS} levels deep"
 
 

@@ -284,10 +284,13 @@ def _overlap(part: TablePart, owned: range) -> bool:
     return begin < end
 
 
+_OF_READING = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError)
+
+
 @contextlib.contextmanager
 def reading(group: h5py.Group) -> Iterator[None]:
     """Lets what reading a table raises, whatever it is, be the error that tells the user."""
     try:
         yield
-    except (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, MemoryError) as error:
+    except (*_OF_READING, MemoryError) as error:
         raise unreadable(f"{group.file.filename}: table {group.name[1:]!r}", error) from error

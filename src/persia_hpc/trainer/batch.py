@@ -241,7 +241,10 @@ class Batch:
 
 
 def on_backward(batch: Batch, reached: Callable[[object], None]) -> None:
-    """Calls `reached` when the model's backward comes to the embeddings: only their pooling is left then."""
+    """Calls `reached` when the model's backward comes to the embeddings.
+
+    Their pooling is left then, and in `fresh` what goes back through what `ahead` computed before them.
+    """
     outputs = [*batch.blocks.values(), *(values for values, _ in batch.sequence.values())]
     outputs += [jagged.values for jagged in batch.jagged.values()]
     if outputs and outputs[0].grad_fn is not None:

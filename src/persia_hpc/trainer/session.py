@@ -189,7 +189,7 @@ class Session(Progress):
         self.stream.begin_segment(first, last, self.state.rate_factor)
         self.state.segment_last = last
         for number in range(first, last + 1):
-            self._buffers.keep()
+            self._buffers.keep()  # before `ahead`, which may change them
             if (taken := self.intake.take(number)) is None:
                 break
             row_batch, batch, gradients, self._yielded = taken
