@@ -284,7 +284,9 @@ def _overlap(part: TablePart, owned: range) -> bool:
     return begin < end
 
 
-_OF_READING = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError)
+# What HDF5, and values that no run writes, may raise; memory is told apart by `unreadable`.
+_OF_READING: tuple[type[Exception], ...] = (OSError, LookupError, RuntimeError, ValueError, TypeError)
+_OF_READING += (AttributeError, ArithmeticError, MemoryError)
 
 
 @contextlib.contextmanager
@@ -292,5 +294,5 @@ def reading(group: h5py.Group) -> Iterator[None]:
     """Lets what reading a table raises, whatever it is, be the error that tells the user."""
     try:
         yield
-    except (*_OF_READING, MemoryError) as error:
+    except _OF_READING as error:
         raise unreadable(f"{group.file.filename}: table {group.name[1:]!r}", error) from error
